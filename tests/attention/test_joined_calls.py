@@ -2,10 +2,12 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from pytest_induction import load_model, measure_heads
 from pytest_induction.attention.joining import CallOutputs
@@ -375,3 +377,37 @@ def test_the_heads_of_a_table_are_told_by_where_they_lie():
     outputs.after(torch.exp, (flat,), {}, flat.exp())
     assert outputs.apart([0, 1]) == ""
     assert outputs.order([0, 1]) == [2, 0, 3, 1]
+
+
+# Memory
+
+
+def test_what_a_layer_found_is_not_held_while_others_run():
+    """Verification needs the memory of one layer, and not that of all."""
+    memories, held = [], []
+
+    def watched(query, key, value):
+        held.append(sum(not memory.expired() for memory in memories))
+        found = fused(query, key, value)
+        memories.append(StorageWeakRef(found.untyped_storage()))
+        memories.append(StorageWeakRef(value.untyped_storage()))
+        return found
+
+    subject = load_model(Positioned(*(Attention(watched) for _ in range(6))))
+    assert len(subject.backend.layers) == 6
+    assert len(held) > 6 * 4
+    assert max(held) <= 1
+
+
+def test_memory_that_was_let_go_says_nothing_of_what_comes_to_lie_there():
+    memory = np.zeros((1, 2, 3, 4), np.float32)
+    outputs = CallOutputs()
+    outputs.gave(0, first := torch.from_numpy(memory), 2)
+    outputs.gave(1, second := torch.zeros(1, 2, 3, 4), 2)
+    del first
+    stranger = torch.from_numpy(memory)  # lies where the first one lay
+    both = torch.cat([stranger, second])
+    outputs.after(torch.cat, ([stranger, second],), {}, both)
+    outputs.after(F.linear, (both, torch.ones(4, 4)), {}, F.linear(both, torch.ones(4, 4)))
+    assert outputs.apart([1]) == ""
+    assert outputs.apart([0]) == ", and what one gives is used nowhere"

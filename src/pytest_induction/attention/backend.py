@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from pytest_induction.attention.capture import Capture, Observer, chunks_of, share_memory
+from pytest_induction.attention.capture import Capture, Observer, chunks_of
 from pytest_induction.attention.edits import EditingCapture
 from pytest_induction.attention.errors import BackendUnavailable, StopForward
 from pytest_induction.attention.pattern import Reader
@@ -217,7 +217,7 @@ class InterceptingBackend(AttentionBackend, abstract=True):
             one, other = first.events[group[-1][0]], first.events[then[0][0]]
             if one.place is None or other.place is None or one.place[:2] != other.place[:2]:
                 continue
-            if one.where and share_memory(one.values, other.values):
+            if one.where and one.memory is not None and one.memory == other.memory:
                 raise BackendUnavailable(
                     f"{quoted(one.where)} attends to the same values twice, so neither pattern is that of the layer"
                 )

@@ -8,7 +8,9 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from pytest_induction.attention.errors import BackendUnavailable, StopForward
 from pytest_induction.attention.joining import CallOutputs
@@ -23,15 +25,15 @@ if TYPE_CHECKING:
 class Event(NamedTuple):
     """One call that may be attention: the module that makes it, its queries and keys, and whether it fits a layer of its own.
 
-    `values` are what it weighs, where that is known. `partial` says that it fits a layer but for its queries and keys, which may
-    be some of the positions; `heads` is how many heads it has.
+    `memory` is where the values lie that it weighs, if that is known; it is not held. `partial` says that it fits a layer but for
+    its queries and keys, which may be some of the positions; `heads` is how many heads it has.
     """
 
     where: str
     queries: int
     keys: int
     fits: bool
-    values: Tensor | None = None
+    memory: StorageWeakRef | None = None
     partial: bool = False
     place: ModuleCall | None = None
     heads: int = 0
@@ -81,13 +83,6 @@ def _coverings(noted: Noted) -> list[list[int]] | None:
             parts.append([])
             covered = 0
     return parts[:-1] if not parts[-1] else None
-
-
-def share_memory(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether two tensors are parts of one, as the halves of a projection are."""
-    if one is None or other is None:
-        return False
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 Observer = Callable[[int, Reader], None]
@@ -171,7 +166,10 @@ class Capture:
         self.n_events += 1
         if self._layers is None:
             place = None if self.running is None else self.running.place
-            self.events.append(Event(self.here, queries, keys, fits, values, partial, place, heads))
+            memory = None
+            if values is not None and values.layout == torch.strided:
+                memory = StorageWeakRef(values.untyped_storage())
+            self.events.append(Event(self.here, queries, keys, fits, memory, partial, place, heads))
             return fits
         if self.chunked:
             if not partial:

@@ -1,9 +1,10 @@
 """Which attention calls of a module are one layer together: those whose results lie side by side when they are used.
 
 In a verification pass the results of all calls are followed. Beside the memory of each tensor that holds some of them goes a
-table of the same size, which says of every number the head of which call it is. Functions that only move numbers move the table
-too, those that work on each number by itself keep it, and any other function uses what it is given. Calls are one layer if every
-function that uses one of them is given all of them, nothing combines their numbers, and none of them is computed from another.
+table of the same size, for as long as the model holds that memory; it says of every number the head of which call it is.
+Functions that only move numbers move the table too, those that work on each number by itself keep it, and any other function
+uses what it is given. Calls are one layer if every function that uses one of them is given all of them, nothing combines their
+numbers, and none of them is computed from another.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 MOVES = frozenset(
     {"view", "reshape", "flatten", "unflatten", "transpose", "permute", "unsqueeze", "squeeze", "expand", "swapaxes", "swapdims"}
@@ -41,7 +43,7 @@ class CallOutputs:
     def __init__(self) -> None:
         self.broken = False  # whether something could not be followed
         self.orders: dict[frozenset[int], list[tuple[int, int]]] = {}  # of calls side by side, how their heads lie
-        self._owners: dict[int, tuple[Tensor, Tensor]] = {}  # of each memory, one that holds it, and its table
+        self._tables: dict[int, tuple[StorageWeakRef, Tensor]] = {}  # of each memory, by where it lies, with the memory itself
         self._heads: list[tuple[int, int]] = [(-1, -1)]  # the call and the head of each number in a table
         self._from: dict[int, tuple[ref[Tensor], frozenset[int]]] = {}  # of each tensor, the calls it was computed from
         self._memories: dict[int, frozenset[int]] = {}  # the same of each memory with a table that was written to
@@ -65,6 +67,7 @@ class CallOutputs:
 
     def gave(self, call: int, output: Tensor, n_heads: int) -> None:
         """A call gave this."""
+        self._let_go()
         first = len(self._heads)
         axes = [axis for axis, size in enumerate(output.shape[:-1]) if size == n_heads]
         axis = 1 if output.ndim == 4 and 1 in axes else axes[0] if len(axes) == 1 else None
@@ -190,7 +193,7 @@ class CallOutputs:
     def _written(self, func: Any, args: Any, kwargs: Any, sources: frozenset[int]) -> None:
         target = self._table(args[0], make=True)
         if target is not None:
-            memory = args[0].untyped_storage().data_ptr()
+            memory = args[0].untyped_storage().data_ptr()  # with a table, so that nothing that lay there before is meant
             self._memories[memory] = self._memories.get(memory, frozenset()) | sources
             func(target, *self._instead(args[1:]), **kwargs)
 
@@ -229,13 +232,23 @@ class CallOutputs:
             return None
         memory = tensor.untyped_storage()
         size = memory.nbytes() // tensor.element_size()
-        held = self._owners.get(memory.data_ptr())
+        place = memory.data_ptr()
+        self._let_go(place)
+        held = self._tables.get(place)
         if held is None or len(held[1]) != size:
             if not make or not 0 < size <= LARGEST:
                 return None
-            held = tensor.detach(), torch.zeros(size, dtype=torch.int32, device=tensor.device)
-            self._owners[memory.data_ptr()] = held
+            held = StorageWeakRef(memory), torch.zeros(size, dtype=torch.int32, device=tensor.device)
+            self._tables[place] = held
         return held[1].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def _let_go(self, *places: int) -> None:
+        """Forget memories that are freed, there or anywhere: others may come to lie where they were."""
+        for place in places or (*self._tables,):
+            held = self._tables.get(place)
+            if held is not None and held[0].expired():
+                del self._tables[place]
+                self._memories.pop(place, None)
 
     def _known(self, tensor: Tensor) -> bool:
         """Whether a tensor lies in a memory that has a table, as a view does."""
@@ -252,7 +265,9 @@ class CallOutputs:
             return known
         if tensor.layout != torch.strided or tensor.is_meta:
             return known
-        return known | self._memories.get(tensor.untyped_storage().data_ptr(), frozenset())
+        place = tensor.untyped_storage().data_ptr()
+        self._let_go(place)
+        return known | self._memories.get(place, frozenset())
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:

@@ -208,12 +208,8 @@ def _reference_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...
         space = replace(space, n_ctx=_context_by_trial(caller, device, found.lengths))
     tokens = _trial_tokens(found, space, device)
     with noticing(caller):
-        short = _logits(caller, tokens[0], name)[..., : space.d_vocab]
-    long = _logits(caller, tokens[1], name)[..., : space.d_vocab]
-    are_finite = is_finite(short) and is_finite(long)
-    long = compared(long, space.d_vocab).clone()  # so that the others are not kept
-    if not are_finite:
-        raise ModelError(f"the logits of {name} are not finite (NaN or infinity): check its weights, or load it in float32")
+        short = _finite_logits(caller, tokens[0], name, space.d_vocab)
+    long = _finite_logits(caller, tokens[1], name, space.d_vocab)
     try:
         mixed = _check_causal(caller, tokens[0], short, space.d_vocab, name)
     except ModelError:
@@ -224,7 +220,7 @@ def _reference_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...
     steady = not any(note.startswith(MIXED) for note in notes) and _is_steady(caller, tokens[0], short, space.d_vocab, name)
     if caller.convention.multiple > 1:
         _check_filling(caller, tokens[0], short, space.d_vocab, name)
-    return Reference(tokens, (compared(short, space.d_vocab).clone(), long), space, notes, steady)
+    return Reference(tokens, (short, long), space, notes, steady)
 
 
 def _usable(convention: CallConvention, n_ctx: int | None) -> int | None:
@@ -262,6 +258,14 @@ def _logits(caller: Caller, tokens: Tensor, name: str) -> Tensor:
         raise because_of(failed, error, by_factory=False) from error
 
 
+def _finite_logits(caller: Caller, tokens: Tensor, name: str, d_vocab: int) -> Tensor:
+    """Those logits by which passes are compared, once all of them were seen to be finite."""
+    logits = _logits(caller, tokens, name)
+    if not is_finite(logits[..., :d_vocab]):
+        raise ModelError(f"the logits of {name} are not finite (NaN or infinity): check its weights, or load it in float32")
+    return compared(logits, d_vocab).clone()  # so that the others are not kept
+
+
 def _check_weights(module: nn.Module, name: str) -> None:
     """A kernel may turn a broken weight into an innocent number, so the weights themselves are looked at."""
     if any(weight.is_meta for weight in module.parameters()) and not is_offloaded(module):
@@ -279,7 +283,7 @@ def _is_steady(caller: Caller, tokens: Tensor, logits: Tensor, d_vocab: int, nam
     """Whether rows by themselves have the logits that they have among others: two of them, as one may rule the others."""
     if len(tokens) == 1:
         return True
-    alone = torch.cat([_logits(caller, tokens[row, None], name)[..., :d_vocab] for row in (0, -1)])
+    alone = torch.cat([compared(_logits(caller, tokens[row, None], name), d_vocab) for row in (0, -1)])
     return difference(alone, logits[[0, -1]]) <= close_to(logits)
 
 
@@ -289,7 +293,7 @@ def _check_filling(caller: Caller, tokens: Tensor, logits: Tensor, d_vocab: int,
     kept = max(1, tokens.shape[1] - max(2, multiple // 2))
     other = tokens.clone()
     other[:, kept:] = (tokens[:, kept:] + 1) % d_vocab
-    change = difference(_logits(caller, other, name)[:, :kept, :d_vocab], logits[:, :kept])
+    change = difference(compared(_logits(caller, other, name), d_vocab)[:, :kept], logits[:, :kept])
     if not change <= close_to(logits):
         raise ModelError(
             f"{name} takes lengths that are multiples of {multiple} only, and what stands behind a row changes what "
@@ -305,7 +309,7 @@ def _check_causal(caller: Caller, ids: Tensor, logits: Tensor, d_vocab: int, nam
     """
 
     def predicted(tokens: Tensor) -> Tensor:
-        return _logits(caller, tokens, name)[..., :d_vocab]
+        return compared(_logits(caller, tokens, name), d_vocab).clone()  # so that the others are not kept
 
     def with_other_last(tokens: Tensor) -> Tensor:
         other = tokens.clone()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +61,8 @@ class FirstPass(TorchFunctionMode):
         self.lengths: set[int] = set()  # of what was made longer along an axis that had as many entries as there are positions
         self._module, self._tokens = module, tokens
         self._names = {id(part): name for name, part in module.named_modules()}
-        self._made: dict[int, tuple[Tensor, nn.Module]] = {}  # what a module returned, by the innermost one that did
-        self._by_norm: dict[int, Tensor] = {}
+        self._made: dict[int, tuple[ref[Tensor], nn.Module]] = {}  # what a module returned, by the innermost one that did
+        self._by_norm: dict[int, ref[Tensor]] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -81,7 +82,8 @@ class FirstPass(TorchFunctionMode):
             if number is not None:
                 self.given[number] = self.given[number]._replace(output=output)
             for _, tensor in parts_of(output):
-                self._made.setdefault(id(tensor), (tensor, part))
+                if self._maker(tensor) is None:
+                    self._made[id(tensor)] = ref(tensor), part
 
         with following_calls(self._module, entering, leaving), Changes() as changes:
             enter_mode(changes, self)
@@ -95,8 +97,13 @@ class FirstPass(TorchFunctionMode):
         elif name in LONGER:
             self._made_longer(args, output)
         elif name in NORMS and isinstance(output, Tensor):
-            self._by_norm[id(output)] = output
+            self._by_norm[id(output)] = ref(output)
         return output
+
+    def _maker(self, tensor: Tensor) -> nn.Module | None:
+        """The innermost module that returned this tensor."""
+        found = self._made.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else None
 
     def _look_up(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
@@ -140,12 +147,11 @@ class FirstPass(TorchFunctionMode):
 
     def is_hidden(self, logits: Tensor) -> bool:
         """Whether what was taken for logits is what a norm, or one of several modules of a kind, returned: a hidden state."""
-        if self._by_norm.get(id(logits)) is logits:
+        normed, part = self._by_norm.get(id(logits)), self._maker(logits)
+        if normed is not None and normed() is logits:
             return True
-        found = self._made.get(id(logits))
-        if found is None or found[0] is not logits or found[1] is self._module:
+        if part is None or part is self._module:
             return False
-        part = found[1]
         weights = list(part.parameters())
         twins = sum(type(other) is type(part) for other in self._module.modules())
         is_norm = bool(weights) and all(weight.ndim < 2 for weight in weights)
