@@ -2,6 +2,7 @@
 
 import io
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,6 +36,14 @@ def test_a_budget_of_memory_sets_the_batch():
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == counts[-2] == 1
     assert batching.batch_size(load_model(Plain()), 8192, logits=True) == 1
+
+
+def test_few_logits_of_a_large_vocabulary_are_made_at_once():
+    """However much memory there is: a gigabyte of them takes longer to get than to compute. None are made without."""
+    subject = load_model(Plain(), memory="10GB")
+    subject.space = replace(subject.space, d_vocab=2**18)
+    assert [batching.batch_size(subject, positions, logits=True) for positions in (1024, 512, 128)] == [1, 1, 4]
+    assert batching.batch_size(subject, 128, logits=False) == 32
 
 
 def test_a_backend_that_makes_patterns_gets_fewer_sequences():

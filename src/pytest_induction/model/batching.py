@@ -23,6 +23,7 @@ T = TypeVar("T")
 SHARE_OF_FREE = 0.5  # of the memory that is free, taken where no budget is given
 POSITIONS_AT_ONCE = {"cpu": 4096}  # beyond this a pass gets no faster
 POSITIONS_ELSEWHERE = 65_536
+LOGITS_AT_ONCE = 2**27  # numbers, 512 MB, beyond which a pass on a CPU waits for memory longer than it computes
 SMALL = 64 * 2**20  # bytes that are taken without a look at how many are free
 UNKNOWN_FREE = 2 * 2**30  # bytes taken to be free where the system does not tell
 LAYER_WIDTHS = 16  # activations of one position, in widths of the widest weight, float32
@@ -67,6 +68,8 @@ def _try(subject: ModelUnderTest, rows: Tensor, part: slice, measure: Callable[[
 def batch_size(subject: ModelUnderTest, positions: int, *, logits: bool, wanted: int | None = None) -> int:
     """Sequences of so many positions that are measured in one pass, of at most as many as are wanted."""
     most = max(1, POSITIONS_AT_ONCE.get(subject.device.type, POSITIONS_ELSEWHERE) // positions)
+    if logits and subject.device.type == "cpu":
+        most = max(1, min(most, LOGITS_AT_ONCE // (positions * subject.space.d_vocab)))
     most = min(each for each in (most, wanted, subject.caller.convention.most_rows) if each is not None)
     each = bytes_per_sequence(subject, positions, logits=logits)
     if subject.memory is None and most * each <= SMALL:
