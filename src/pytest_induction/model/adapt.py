@@ -266,6 +266,11 @@ def _finite_logits(caller: Caller, tokens: Tensor, name: str, d_vocab: int) -> T
     return compared(logits, d_vocab).clone()  # so that the others are not kept
 
 
+def _compared_logits(caller: Caller, tokens: Tensor, name: str, d_vocab: int) -> Tensor:
+    """Those logits by which passes are compared."""
+    return compared(_logits(caller, tokens, name), d_vocab).clone()  # so that the others are not kept
+
+
 def _check_weights(module: nn.Module, name: str) -> None:
     """A kernel may turn a broken weight into an innocent number, so the weights themselves are looked at."""
     if any(weight.is_meta for weight in module.parameters()) and not is_offloaded(module):
@@ -283,7 +288,7 @@ def _is_steady(caller: Caller, tokens: Tensor, logits: Tensor, d_vocab: int, nam
     """Whether rows by themselves have the logits that they have among others: two of them, as one may rule the others."""
     if len(tokens) == 1:
         return True
-    alone = torch.cat([compared(_logits(caller, tokens[row, None], name), d_vocab) for row in (0, -1)])
+    alone = torch.cat([_compared_logits(caller, tokens[row, None], name, d_vocab) for row in (0, -1)])
     return difference(alone, logits[[0, -1]]) <= close_to(logits)
 
 
@@ -293,7 +298,7 @@ def _check_filling(caller: Caller, tokens: Tensor, logits: Tensor, d_vocab: int,
     kept = max(1, tokens.shape[1] - max(2, multiple // 2))
     other = tokens.clone()
     other[:, kept:] = (tokens[:, kept:] + 1) % d_vocab
-    change = difference(compared(_logits(caller, other, name), d_vocab)[:, :kept], logits[:, :kept])
+    change = difference(_compared_logits(caller, other, name, d_vocab)[:, :kept], logits[:, :kept])
     if not change <= close_to(logits):
         raise ModelError(
             f"{name} takes lengths that are multiples of {multiple} only, and what stands behind a row changes what "
@@ -309,7 +314,7 @@ def _check_causal(caller: Caller, ids: Tensor, logits: Tensor, d_vocab: int, nam
     """
 
     def predicted(tokens: Tensor) -> Tensor:
-        return compared(_logits(caller, tokens, name), d_vocab).clone()  # so that the others are not kept
+        return _compared_logits(caller, tokens, name, d_vocab)
 
     def with_other_last(tokens: Tensor) -> Tensor:
         other = tokens.clone()
