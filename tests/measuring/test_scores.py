@@ -6,6 +6,7 @@ import torch
 
 from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, row_log_sum_exp
 from pytest_induction.attention.scores import SCORES, PairScores, PeriodicScores, ScoresAndChance, common_period, scores_for
+from pytest_induction.measuring import losses
 from pytest_induction.measuring.losses import Windows, advantage, repetition, token_losses
 from tests.measuring import slow
 
@@ -195,8 +196,18 @@ def test_a_confident_model_has_no_infinite_loss():
     """The log of a softmax would underflow where the log-softmax does not."""
     logits = torch.zeros(1, 3, 5)
     logits[..., 2] = 400.0
-    losses = token_losses(logits, torch.tensor([[0, 1, 2]]))
-    torch.testing.assert_close(losses, torch.tensor([[400.0, 0.0]]))
+    found = token_losses(logits, torch.tensor([[0, 1, 2]]))
+    torch.testing.assert_close(found, torch.tensor([[400.0, 0.0]]))
+
+
+@pytest.mark.parametrize(("queries", "most"), [(1, [1]), (3, [3, 1]), (8, [7]), (10**6, [14])])
+def test_losses_are_the_same_in_parts_of_any_size(monkeypatch, queries, most):
+    """Whole rows together where they fit, otherwise parts of one row, so that logits of many rows are never copied at once."""
+    logits, tokens = torch.randn(2, 8, 5), torch.randint(0, 5, (2, 8))
+    whole = -logits.double().log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+    monkeypatch.setitem(losses.LOGARITHMS_AT_ONCE, "cpu", 5 * queries)
+    torch.testing.assert_close(token_losses(logits, tokens).double(), whole, atol=1e-6, rtol=0)
+    assert sorted({len(part) for part, _ in losses.in_parts(logits[:, :-1], tokens[:, 1:])}, reverse=True) == most
 
 
 @pytest.mark.parametrize(

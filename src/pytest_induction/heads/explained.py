@@ -18,7 +18,7 @@ from pytest_induction.errors import ModelError
 from pytest_induction.forward.changing import add_hooks
 from pytest_induction.interventions.active import apply_edits
 from pytest_induction.interventions.passes import Blocks, blocks_of
-from pytest_induction.measuring.losses import ROWS_AT_ONCE, at_least_float32
+from pytest_induction.measuring.losses import at_least_float32, in_parts
 from pytest_induction.measuring.observing import Array, numbers
 from pytest_induction.model.batching import in_batches
 from pytest_induction.model.capture import HeadOutputCapture, ReadByLayers
@@ -284,10 +284,9 @@ class ChangedPasses:
 
 def kl(wanted: Tensor, found: Tensor) -> Tensor:
     """KL(wanted || found) of logits (rows, queries, d_vocab), (rows, queries), at least float32, in nats."""
-    pairs = zip(wanted.flatten(0, 1).split(ROWS_AT_ONCE), found.flatten(0, 1).split(ROWS_AT_ONCE), strict=True)
     parts = [
         functional.kl_div(of_found.log_softmax(-1), of_wanted.log_softmax(-1), reduction="none", log_target=True).sum(-1)
-        for of_wanted, of_found in ((at_least_float32(one), at_least_float32(other)) for one, other in pairs)
+        for of_wanted, of_found in (map(at_least_float32, pair) for pair in in_parts(wanted, found))
     ]
     return torch.cat(parts).view(wanted.shape[:2])
 

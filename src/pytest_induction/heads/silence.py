@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pytest_induction.errors import ModelError
 from pytest_induction.interventions.passes import Passes, losses_at
-from pytest_induction.measuring.losses import ROWS_AT_ONCE, at_least_float32
+from pytest_induction.measuring.losses import at_least_float32, queries_at_once
 from pytest_induction.measuring.observing import Array, numbers
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import fitting_shape, usable_ids
@@ -142,7 +142,7 @@ def _change(clean: Tensor, ablated: Tensor, probe: _Probe) -> _Change:
     counts = probe.counts.to(clean.device)
     largest, scale = 0.0, 0.0
     for row, queries in enumerate(counts):
-        for some in queries.nonzero().flatten().split(ROWS_AT_ONCE):
+        for some in queries.nonzero().flatten().split(queries_at_once(clean)):
             before, after = at_least_float32(clean[row, some]), at_least_float32(ablated[row, some])
             largest = float(np.maximum(largest, (after - before).abs().max().item()))  # NaN stays
             scale = max(scale, before.amax(-1).abs().max().item())  # of the likeliest tokens: a mask may be as low as it likes

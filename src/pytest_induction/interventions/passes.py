@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pytest_induction.attention.backend import InterceptingBackend
@@ -21,7 +20,7 @@ from pytest_induction.forward.changing import add_hooks, have_alone, replace_for
 from pytest_induction.interventions.active import apply_edits
 from pytest_induction.interventions.arguments import table_of
 from pytest_induction.interventions.edits import HOW, Replacement, given
-from pytest_induction.measuring.losses import ROWS_AT_ONCE, at_least_float32
+from pytest_induction.measuring.losses import losses_of
 from pytest_induction.measuring.observing import Array, numbers
 from pytest_induction.model.batching import batch_size, in_batches
 from pytest_induction.model.circuits import TRIED
@@ -424,10 +423,7 @@ class Passes:
 
 def losses_at(logits: Tensor, tokens: Tensor, queries: Tensor) -> Tensor:
     """Losses (rows, queries), at least float32, of the tokens after some positions, from the logits there."""
-    targets = tokens[:, queries.to(tokens.device) + 1].to(logits.device).flatten()
-    parts = zip(logits.flatten(0, 1).split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True)
-    losses = [F.cross_entropy(at_least_float32(part), target, reduction="none") for part, target in parts]
-    return torch.cat(losses).view(len(tokens), -1)
+    return losses_of(logits, tokens[:, queries.to(tokens.device) + 1].to(logits.device))
 
 
 def repeated(edit: Edit, count: int) -> Edit:

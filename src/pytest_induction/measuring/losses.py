@@ -5,6 +5,7 @@ Token numbers count from one, as in the paper: token n is the n-th after the fir
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from pytest_induction.errors import ArgumentError
 
 EARLY, LATE, FULL = (40, 60), (450, 512), 512
-ROWS_AT_ONCE = 256  # positions whose log-softmax is held at a time
+LOGARITHMS_AT_ONCE = {"cpu": 2**20}  # numbers of a log-softmax that are held at a time; as many stay in a processor's cache
+LOGARITHMS_ELSEWHERE = 2**26
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,29 @@ def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
 
     `logits` is (batch, positions, d_vocab), `tokens` (batch, positions). In [0, inf).
     """
-    flat = logits[:, :-1].flatten(0, 1)
-    targets = tokens[:, 1:].flatten()
+    return losses_of(logits[:, :-1], tokens[:, 1:])
+
+
+def losses_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """Loss of the target of every query, (batch, queries), at least float32, of logits (batch, queries, d_vocab). In [0, inf)."""
     losses = [
         torch.nn.functional.cross_entropy(at_least_float32(part), target, reduction="none")
-        for part, target in zip(flat.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True)
+        for part, target in in_parts(logits, targets)
     ]
-    return torch.cat(losses).view(tokens.shape[0], -1)
+    return torch.cat(losses).view(targets.shape)
+
+
+def in_parts(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Logits (batch, queries, d_vocab), and what stands beside them, in parts (queries, ...), each held at a time."""
+    size = queries_at_once(logits)
+    rows = max(1, size // max(1, logits.shape[1]))
+    for some in zip(*(each.split(rows) for each in (logits, *others)), strict=True):  # so that next to nothing is copied
+        yield from zip(*(each.flatten(0, 1).split(size) for each in some), strict=True)
+
+
+def queries_at_once(logits: Tensor) -> int:
+    """Queries whose log-softmax is held at a time, of logits (..., d_vocab)."""
+    return max(1, LOGARITHMS_AT_ONCE.get(logits.device.type, LOGARITHMS_ELSEWHERE) // logits.shape[-1])
 
 
 def at_least_float32(values: Tensor) -> Tensor:
