@@ -7,14 +7,17 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pages import filled
 from pretrained_fetch import SOURCES
 
 BEGIN, END = "<!-- begin: written by `make study-pretrained` -->", "<!-- end -->"
-SCHEMA = 2
+SCHEMA = 3
 CLEAR = 0.4  # prefix matching over all sequences of all seeds, from which a head must be in every list
 MIN_JACCARD = 0.9  # of any two lists
-MOST_PASSES = {"verdict": 4.0, "list": 12.0}  # bare passes: of the model as anyone calls it, with logits
+MOST_PASSES = {"verdict": 4.0, "list": 12.0}  # bare passes with logits, of the model as anyone calls it; not more in every turn
 HELD = "smollm2"  # the model whose cost is held to that
 NOT_MEASURED = "n/a"
 VERDICTS = {  # of a table: the part of a record, how the names of its rows begin, and which estimates are columns
@@ -187,19 +190,15 @@ def missing(record: Json) -> dict[str, int]:
 def cost_table(records: Mapping[str, Json]) -> Table:
     rows = []
     for name, record in records.items():
-        cost, both = record["cost"], [passes(record, of) for of in ("verdict", "list")]
-        seconds = [f"{cost['seconds'][side]:.2f} s" for side in ("bare", "bare_with_logits", "verdict", "list")]
-        amounts = [f"{without:.1f} or {with_logits:.1f}" for without, with_logits in both]
-        rows.append((SOURCES[name].title, " x ".join(map(str, cost["rows"])), str(cost["turns"]), *seconds, *amounts))
+        taken, shape = record["cost"]["seconds"], " x ".join(map(str, record["cost"]["rows"]))
+        seconds = [f"{np.median(taken[side]):.2f} s" for side in ("bare", "bare_with_logits", "verdict", "list")]
+        amounts = [_range(passes(record, side, bare)) for side in ("verdict", "list") for bare in ("bare", "bare_with_logits")]
+        rows.append((SOURCES[name].title, shape, str(len(taken["bare"])), *seconds, *amounts))
         session = record.get("session")
         rows[-1] = (*rows[-1], NOT_MEASURED if session is None else f"{session['passes']:g}")
     headings = ("model", "rows of a bare pass", "turns", "without logits", "with logits", "verdict", "list of heads")
-    return (
-        *headings,
-        "verdict, in passes without or with logits",
-        "list, in passes without or with logits",
-        "session with a text and all charts",
-    ), rows
+    counted = (f"{side}, in passes {kind} logits" for side in ("verdict", "list") for kind in ("without", "with"))
+    return (*headings, *counted, "session with a text and all charts"), rows
 
 
 def verdict_table(records: Mapping[str, Json], part: str, begin: str, columns: Sequence[str]) -> Table:
@@ -221,10 +220,15 @@ def interval(estimate: Sequence[float] | None) -> str:
     return NOT_MEASURED if estimate is None else f"{estimate[0]:.3f} ({estimate[1]:.3f}..{estimate[2]:.3f})"
 
 
-def passes(record: Json, side: str) -> tuple[float, float]:
-    """What a side costs in bare passes, without logits and with them, by the medians."""
+def passes(record: Json, side: str, bare: str = "bare_with_logits") -> NDArray[np.float64]:
+    """What a side costs in the bare passes of its turn: the median, the lowest and the highest turn."""
     seconds = record["cost"]["seconds"]
-    return seconds[side] / seconds["bare"], seconds[side] / seconds["bare_with_logits"]
+    ratios = np.divide(seconds[side], seconds[bare])
+    return np.array([np.median(ratios), ratios.min(), ratios.max()])  # NaN stays
+
+
+def _range(values: NDArray[np.float64]) -> str:
+    return "{:.1f} ({:.1f}..{:.1f})".format(*values)
 
 
 def missed(records: Mapping[str, Json]) -> list[str]:
@@ -236,8 +240,9 @@ def missed(records: Mapping[str, Json]) -> list[str]:
             found.append(f"{title}: two lists have a Jaccard index of {least:.2f}, it must be {MIN_JACCARD} or more")
         found += [f"{title}: {head} is clear, and missing in {count} lists" for head, count in missing(record).items()]
         for side, most in MOST_PASSES.items():
-            if name == HELD and not passes(record, side)[1] <= most:
-                found.append(f"{title}: the {side} costs {passes(record, side)[1]:.1f} bare passes, at most {most:g} are allowed")
+            taken = passes(record, side)
+            if name == HELD and not taken[1] <= most:  # in no turn
+                found.append(f"{title}: the {side} costs {_range(taken)} bare passes, at most {most:g} are allowed")
     return found
 
 
