@@ -346,7 +346,7 @@ def test_a_record_is_written_as_it_is_read(study, page):
     lines = (study.RECORDS / "gemma3.json").read_text().splitlines()
     assert sum(line.startswith('{"seed": ') for line in lines) == 3
     study.write(study.RECORDS / "gemma3.json", {**record(), "schema": 0})
-    with pytest.raises(SystemExit, match="must have schema 2"):
+    with pytest.raises(SystemExit, match="must have schema 3"):
         page.read(study.RECORDS)
 
 
