@@ -8,7 +8,6 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pages import filled
 from pretrained_fetch import SOURCES
@@ -192,7 +191,9 @@ def cost_table(records: Mapping[str, Json]) -> Table:
     for name, record in records.items():
         taken, shape = record["cost"]["seconds"], " x ".join(map(str, record["cost"]["rows"]))
         seconds = [f"{np.median(taken[side]):.2f} s" for side in ("bare", "bare_with_logits", "verdict", "list")]
-        amounts = [_range(passes(record, side, bare)) for side in ("verdict", "list") for bare in ("bare", "bare_with_logits")]
+        amounts = [
+            interval(passes(record, side, bare), 1) for side in ("verdict", "list") for bare in ("bare", "bare_with_logits")
+        ]
         rows.append((SOURCES[name].title, shape, str(len(taken["bare"])), *seconds, *amounts))
         session = record.get("session")
         rows[-1] = (*rows[-1], NOT_MEASURED if session is None else f"{session['passes']:g}")
@@ -215,20 +216,16 @@ def verdict_table(records: Mapping[str, Json], part: str, begin: str, columns: S
     return ("model", "on", "verdict", *columns, "rows", "bare passes", "what was found"), rows
 
 
-def interval(estimate: Sequence[float] | None) -> str:
+def interval(estimate: Sequence[float] | None, digits: int = 3) -> str:
     """A value with both its ends."""
-    return NOT_MEASURED if estimate is None else f"{estimate[0]:.3f} ({estimate[1]:.3f}..{estimate[2]:.3f})"
+    return NOT_MEASURED if estimate is None else "{:.{d}f} ({:.{d}f}..{:.{d}f})".format(*estimate, d=digits)
 
 
-def passes(record: Json, side: str, bare: str = "bare_with_logits") -> NDArray[np.float64]:
+def passes(record: Json, side: str, bare: str = "bare_with_logits") -> tuple[float, float, float]:
     """What a side costs in the bare passes of its turn: the median, the lowest and the highest turn."""
     seconds = record["cost"]["seconds"]
     ratios = np.divide(seconds[side], seconds[bare])
-    return np.array([np.median(ratios), ratios.min(), ratios.max()])  # NaN stays
-
-
-def _range(values: NDArray[np.float64]) -> str:
-    return "{:.1f} ({:.1f}..{:.1f})".format(*values)
+    return float(np.median(ratios)), float(ratios.min()), float(ratios.max())  # NaN stays
 
 
 def missed(records: Mapping[str, Json]) -> list[str]:
@@ -242,7 +239,7 @@ def missed(records: Mapping[str, Json]) -> list[str]:
         for side, most in MOST_PASSES.items():
             taken = passes(record, side)
             if name == HELD and not taken[1] <= most:  # in no turn
-                found.append(f"{title}: the {side} costs {_range(taken)} bare passes, at most {most:g} are allowed")
+                found.append(f"{title}: the {side} costs {interval(taken, 1)} bare passes, at most {most:g} are allowed")
     return found
 
 
