@@ -254,20 +254,27 @@ def test_reports_of_several_workers_on_one_test(told, outcome):
 
 
 SLOW = "\ndef test_slow(induction_model):\n    open('began', 'w').close()\n    time.sleep(60)\n"
+OVER = """
+import os
+
+def pytest_runtest_logfinish(nodeid):
+    if nodeid.endswith("test_other") and "PYTEST_XDIST_WORKER" not in os.environ:
+        open("over", "w").close()
+"""
 LINGERS = "import time\n\ndef pytest_sessionfinish():\n    open('ends', 'w').close()\n    time.sleep(60)\n"
 
 
-def interrupted(pytester, *arguments, twice=False) -> Seen:
-    """What a session leaves to which Ctrl-C is pressed in a test, in all of its processes; a second time while it ends."""
+def interrupted(pytester, *arguments, files=("began",), twice=False) -> Seen:
+    """What a session leaves to which Ctrl-C is pressed once these files are there, in all of its processes; again while it ends."""
     (pytester.path / "summary.md").write_text("of others\n")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *REPORTS, *arguments]
     process = pytester.popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
-        for name in ("began", *(["ends"] if twice else [])):
+        for names in (files, *([("ends",)] if twice else [])):
             until = time.monotonic() + 120
-            while not (pytester.path / name).exists():
+            while not all((pytester.path / name).exists() for name in names):
                 assert time.monotonic() < until and process.poll() is None
                 time.sleep(0.05)
             os.killpg(process.pid, signal.SIGINT)
@@ -284,15 +291,16 @@ def interrupted(pytester, *arguments, twice=False) -> Seen:
 def test_ctrl_c(run, pytester, processes):
     """The report says what was interrupted, and what was not run.
 
-    A worker may be gone before it says what it was at; and both may be at a test, as on a slow machine the second is.
+    A worker may be gone before it says what it was at. The other one has ended its last test before: else it is interrupted too.
     """
     if processes:
         pytest.importorskip("xdist")
     pytester.makepyfile(test_it=HEAD + SLOW + LAST + "\ndef test_other():\n    pass\n")
-    seen = interrupted(pytester, *processes)
+    pytester.makeconftest(OVER)
+    seen = interrupted(pytester, *processes, files=("began", "over") if processes else ("began",))
     assert seen.status == 2
     errors = [test for test in seen.records.tests if test.outcome == "error"]
-    assert len(errors) == 1 or (processes and len(errors) in (0, 2))
+    assert len(errors) == 1 or (processes and not errors)
     assert all(test.message == "interrupted" for test in errors)
     assert sum(seen.outcomes.values()) == 5
     assert_red(seen, "interrupted", errors=1 + len(errors))
