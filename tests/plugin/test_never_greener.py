@@ -255,10 +255,12 @@ def test_reports_of_several_workers_on_one_test(told, outcome):
 
 SLOW = "\ndef test_slow(induction_model):\n    open('began', 'w').close()\n    time.sleep(60)\n"
 OVER = """
-import os
+def pytest_configure(config):
+    global controls
+    controls = not hasattr(config, "workerinput")
 
 def pytest_runtest_logfinish(nodeid):
-    if nodeid.endswith("test_other") and "PYTEST_XDIST_WORKER" not in os.environ:
+    if controls and nodeid.endswith("test_other"):
         open("over", "w").close()
 """
 LINGERS = "import time\n\ndef pytest_sessionfinish():\n    open('ends', 'w').close()\n    time.sleep(60)\n"
